@@ -59,6 +59,9 @@ OFFERS, CHEAP = asins(10, offers=20), (codes(1), 2)
         ("codes say nothing of ASINs", [(codes(10), 90)], asins(10), 10),
         ("or of offers", [(codes(10), 90)], OFFERS, 120),
         ("or of what has a switch on", [(codes(10), 90)], codes(10, rating=1), 20),
+        ("or what has another one", [(codes(10, rating=1), 90)], codes(10, **{"historical-variations": 1}), 20),
+        ("a switch is off by any word", [(codes(10, rating=" FALSE"), 90)], codes(10, rating=0), 90),
+        ("and on by any other", [(codes(10, rating=True), 90)], codes(10, rating="1"), 90),
         ("or another limit", [(codes(10), 90)], codes(10, **{"code-limit": 3}), 30),
         (
             "the domain, the API key and the dates of stats make no kind",
@@ -89,6 +92,7 @@ def test_the_number_of_a_page_makes_no_kind_but_its_being_there_does() -> None:
     """A search for a page costs 10, one without 40; and no other path learns from it."""
     estimator = learned("search", ({"term": "x", "page": 0}, 14))
     assert estimator.estimate("search", {"term": "y", "page": 7}) == 14
+    assert estimator.estimate("/Search/", {"term": "y", "page": 1}) == 14
     assert estimator.estimate("search", {"term": "y"}) == 40
     assert estimator.estimate("seller", {"seller": "A1"}) == 1
 

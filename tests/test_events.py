@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -77,6 +78,22 @@ def test_a_wait_says_why_and_for_how_long_it_sleeps() -> None:
     plain.acquire(2)
     plain.acquire(2)
     assert [(event.seconds, event.why) for event in events if event.kind is EventKind.WAITING] == [(2.0, "EMPTY")]
+
+
+def test_a_hold_that_ran_out_says_whose_it_was() -> None:
+    """By its label, as the grant did."""
+    events: list[Event] = []
+    clock = ManualClock()
+    bucket = TokenBucket(keepa_quota(initial=20), clock=clock, listener=events.append)
+    _kept = [bucket.try_reserve(4, label="report"), bucket.try_reserve(3)]
+    clock.advance(130)
+    bucket.peek()
+    assert [(event.kind, event.tokens, event.label, event.why) for event in events] == [
+        (EventKind.GRANTED, 4, "report", "GRANTED"),
+        (EventKind.GRANTED, 3, "", "GRANTED"),
+        (EventKind.HOLD_RAN_OUT, 4, "report", "a hold of report ran out unsettled: settle or cancel each"),
+        (EventKind.HOLD_RAN_OUT, 3, "", "a hold ran out unsettled: settle or cancel each"),
+    ]
 
 
 def test_a_429_says_who_refused() -> None:
@@ -175,6 +192,20 @@ def test_the_log_tells_a_story(caplog: pytest.LogCaptureFixture) -> None:
         "WARNING bucket k: repaired refilled_at; balance now -1",
         "WARNING bucket k: ignored a reading: status 502: the body is no JSON (0 long)",
         "WARNING bucket k: terms changed from capacity=300, refill=5 to capacity=1200, refill=20",
+    ]
+
+
+def test_what_goes_on_as_it_was_is_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Also to a listener that is told of every event, as behind the metrics; what is kept back stands beside it."""
+    caplog.set_level(logging.INFO, "keepa_tokens")
+    listener = LoggingListener()
+    granted, refused = Event(EventKind.GRANTED, KEY, balance=5), Event(EventKind.REFUSED, KEY, 3, 5, 2.0, why="EMPTY")
+    for event in (granted, refused, refused, granted, granted, replace(refused, kept_back=4)):
+        listener(event)
+    assert caplog.messages == [
+        "bucket k: refused 3 tokens (EMPTY), balance 5; ask again in 2 s",
+        "bucket k: granting again; balance 5",
+        "bucket k: refused 3 tokens (EMPTY), balance 5, 4 of it kept back for whoever else spends; ask again in 2 s",
     ]
 
 

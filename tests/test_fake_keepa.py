@@ -432,3 +432,33 @@ def test_no_repr_shows_the_key() -> None:
     ticket = fake.begin("/product", {"key": "s3cret", **asins(1)})
     assert repr(fake) == "FakeKeepa(refill_rate=5, balance=4, in_flight=1)"
     assert "s3cret" not in repr(ticket)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda fake: fake.set_plan(100),
+        lambda fake: fake.set_flow_reduction(5),
+        lambda fake: fake.follow(ManualClock(5000)),
+    ],
+)
+@pytest.mark.parametrize("initial", [0, 290])
+def test_a_switch_counts_from_now_on(switch: Callable[[FakeKeepa], object], initial: int) -> None:
+    """What came until then came as before, and was lost where the bucket was full."""
+    clock = ManualClock()
+    changed, unchanged = (FakeKeepa(initial=initial, clock=clock) for _ in range(2))
+    clock.advance(600)
+    switch(changed)
+    assert (changed.balance, changed.refill_in) == (unchanged.balance, unchanged.refill_in)
+
+
+def test_what_is_spent_outside_is_spent_now() -> None:
+    """After the refills until then, which a full bucket loses."""
+    clock = ManualClock()
+    fake = FakeKeepa(clock=clock)
+    clock.advance(600)
+    asked = fake.refill_in
+    assert (fake.balance, fake.refill_in) == (300, asked)
+    clock.advance(600)
+    fake.spend_outside(20)
+    assert (fake.balance, fake.spent_outside) == (280, 20)

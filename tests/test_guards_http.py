@@ -7,7 +7,7 @@ import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import pairwise
 from operator import le
 from typing import Any, Final
@@ -27,6 +27,7 @@ from keepa_tokens import (
     StorageUnavailable,
 )
 from keepa_tokens.guards._flow import RUN, Run
+from keepa_tokens.guards._http import Asked, asked_of
 from keepa_tokens.keepa.estimates import Estimator
 from keepa_tokens.rules.commands import Command, Reconcile, Reserve, Settle
 from tests.http_guards import (
@@ -97,7 +98,7 @@ forty calls on twenty tokens wait by the bucket's clock, the server refuses none
 with a timeout AcquireTimeout comes at once, and nothing is sent, spent or slept: initial=-100
     client timeout=60; get 1 -> AcquireTimeout admitted=0 refused=0 slept=0
 with keep=50 of 60 tokens a request waits below 51, though the server would admit it: initial=50
-    client keep=50 timeout=1; get 1 -> AcquireTimeout; client keep=49 timeout=0; get 1 -> status=200
+    client keep=50 timeout=(0|1); get 1 -> AcquireTimeout; client keep=49 timeout=0; get 1 -> status=200
 with retry_refused the caller never sees the 429, the bucket waits and the request goes out again: initial=10
     client retry_refused=1; get 1; outside 50; get 5 -> status=200 refused=1 slept>480 in_step
 # Back from -41 to above the 50 that somebody else was seen to spend, which are kept back for him.
@@ -268,6 +269,16 @@ def sent_at(world: World) -> list[float]:
     return instants
 
 
+@pytest.mark.parametrize("body, selection", [(b'{"a": "\xff"}', '{"a": "\ufffd"}'), ('{"a": 1}', '{"a": 1}')])
+def test_what_a_request_asks_for_is_read_from_its_query_and_its_body(body: bytes | str, selection: str) -> None:
+    """As texts, without the API key; the path is its label, if people can read it."""
+    asked = asked_of("https://api.keepa.com/query/?key=secret&domain=&stats=1", body)
+    assert asked == Asked("query", {"domain": "", "stats": "1", "selection": selection})
+    assert asked_of("https://api.keepa.com/product?selection=own", body).params == {"selection": "own"}
+    assert asked_of("https://api.keepa.com/product").params == {}
+    assert (asked.label, Asked("a\x1b[0m", {}).label) == ("query", "")
+
+
 @pytest.mark.parametrize(
     "fault, asked", [("429", None), ("429_bare", None), ("429", "30"), ("429_bare", "30"), ("503", "30")]
 )
@@ -330,6 +341,8 @@ def test_a_task_that_has_paid_waits_for_a_storage_that_is_away(make: Make, away:
         storage.away = away
         if ends:
             assert client.get("/product", asins(7)).status == 200
+            assert {event.label for event in world.events if event.kind is EventKind.GRANTED} == {"product"}
+            assert world.clock.slept == 1 + 2 + 4 + 8 + 16 + 30
             assert world.fake.spent == 12
         else:
             with pytest.raises(StorageUnavailable, match="has paid for earlier requests"):
@@ -476,9 +489,11 @@ def test_an_answer_outlives_a_storage_that_is_away(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * (0 if log_fails else 2)
     storage.kinds = (Reserve,)
     spent = world.fake.spent
-    with pytest.raises(StorageUnavailable):
-        client.get("/product", asins(5))
-    assert world.fake.spent == spent
+    # By a task that has not paid, too: it is sent back, and waits for nothing here.
+    for caller in (nullcontext, task):
+        with caller(), pytest.raises(StorageUnavailable):
+            client.get("/product", asins(5))
+    assert (world.fake.spent, world.clock.slept) == (spent, 0)
 
 
 @by_http

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import ssl
 import sys
@@ -12,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -30,9 +31,9 @@ from keepa_tokens import (
     keepa_quota,
 )
 from keepa_tokens.guards.httpx import KeepaTransport
-from keepa_tokens.keepa.probe import async_http_probe, http_probe
+from keepa_tokens.keepa.probe import _Deadline, async_http_probe, http_probe
 from keepa_tokens.testing import FakeKeepa, FakeKeepaServer
-from tests.odd_servers import answers, listening, tls
+from tests.odd_servers import answers, listening, says, tls
 
 from tests.http_guards import HOST, shown  # isort: skip
 
@@ -149,6 +150,21 @@ def test_a_probe_ends_in_time_however_slowly_the_server_answers(waits: bool) -> 
         assert 0.3 < time.monotonic() - begun < 3.0
 
 
+@pytest.mark.parametrize(
+    "given, waits_s", [({}, 10), ({"timeout": None}, 10), ({"timeout": 60}, 10), ({"timeout": 2}, 2)]
+)
+def test_each_wait_of_a_connection_is_cut_to_what_is_left(given: dict[str, Any], waits_s: int) -> None:
+    """Its client names the time of a wait, gives it by its place, or leaves it out."""
+    stream: Any = SimpleNamespace(
+        read=lambda _, timeout=None: timeout, start_tls=lambda _context, _host=None, timeout=None: timeout
+    )
+    _Deadline(10).watch("connection.connect_tcp.complete", {"return_value": stream})
+    for told in (stream.read(5, **given), stream.read(5, *given.values()), stream.start_tls("", "", *given.values())):
+        assert told == pytest.approx(waits_s, abs=1)
+    with pytest.raises(TimeoutError, match="no answer within 0 s"):
+        _Deadline(0).watch("http11.receive_response_body.started", {})
+
+
 def test_who_waits_a_second_is_done_after_a_second_though_token_hangs() -> None:
     """The probe is given what is left of its caller's timeout; with none the request is the scout, at once."""
     with dripping() as url:
@@ -233,11 +249,49 @@ def test_a_server_whose_authority_the_environment_names_is_trusted(
         assert balance(f"https://{address}") == 12
 
 
-def test_an_error_hides_nothing_that_has_the_key() -> None:
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_probe_goes_by_https_through_a_proxy(waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's proxy opens a tunnel, the server behind it is asked by TLS."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("keepa.invalid").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    for name in ("HTTPS_PROXY", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    behind = tls(context, answers([], lambda _: b'Content-Length: 18\r\n\r\n{"tokensLeft": 12}'))
+    with listening(says(b"HTTP/1.1 200 OK\r\n\r\n", behind)) as port:
+        monkeypatch.setenv("https_proxy", f"http://{HOST}:{port}")
+        assert told(waits, base_url="https://keepa.invalid") == (200, {"tokensLeft": 12})
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_error_hides_nothing_that_has_the_key(waits: bool) -> None:
     """No frame below and no error behind it: there the keyed URL would stand."""
     with pytest.raises(httpx.HTTPError) as caught:
-        http_probe(KEY, base_url="http://127.0.0.1:1")()
+        told(waits, base_url="http://127.0.0.1:1")
     error = caught.value
     assert error.__cause__ is None
     assert error.__context__ is None
     assert KEY not in shown(error)
+
+
+def test_a_time_limit_that_strikes_in_a_probe_is_no_failed_probe() -> None:
+    """A signal handler's exception comes out as it is, whatever the client makes of it."""
+
+    def strike(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except ZeroDivisionError as error:
+            raise httpx.ReadError("broken off") from error
+        return httpx.Response(200)
+
+    probe = http_probe(KEY, transport=httpx.MockTransport(answer))
+    before = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            KeepaSync(TokenBucket(keepa_quota()), probe=probe).refresh()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

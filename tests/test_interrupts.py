@@ -832,7 +832,7 @@ def test_a_reading_is_taken_though_whoever_tells_it_is_cancelled(how: str) -> No
             told = scene.sync.observe({"tokensLeft": 5}) if how == "observe" else scene.bucket.reconcile(Reading(5))
         if not await cancelled(told, passes, None):
             return False
-        await scene.bucket.aclose()
+        await scene.sync.aclose()
         seen = scene.there.bucket.peek()
         assert (seen.balance, seen.holds) == (5, 0), passes
         return True

@@ -20,6 +20,7 @@ from keepa_tokens import (
     AsyncKeepaSync,
     AsyncTokenBucket,
     BucketState,
+    Decision,
     Event,
     EventKind,
     KeepaSync,
@@ -28,7 +29,7 @@ from keepa_tokens import (
     keepa_quota,
 )
 from keepa_tokens.keepa._door import PLACE
-from keepa_tokens.keepa.backoff import TRIES
+from keepa_tokens.keepa.backoff import TRIES, retry_after
 from keepa_tokens.keepa.reading import Body
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.testing import FakeKeepa, virtual_loop
@@ -149,7 +150,7 @@ def test_a_bad_key_shows_with_the_first_call() -> None:
     response = world.fake.request(PRODUCT, {**asins(3), "key": "wrong"})
     call.settle(response.content, status=response.status)
     assert response.status == 400
-    assert call.decision.probe
+    assert call.decision == Decision(granted=True, reason=Reason.GRANTED, balance=None, probe=True)
     assert world.clock.slept == 0
     assert next(event.why for event in world.kinds(EventKind.PROBE_FAILED)) == (
         "status 400: the server refuses to tell: is the API key good, and the address right?"
@@ -321,7 +322,7 @@ def test_attempts_that_tokens_do_not_explain_wait_and_end(body: Body, behind: in
     assert all(after - before >= 1 for before, after in pairwise(at))
 
 
-@pytest.mark.parametrize("timeout", [0, 0.5, 2.0])
+@pytest.mark.parametrize("timeout", [0, 0.5, 1.0, 2.0])
 def test_attempts_end_in_time(timeout: float) -> None:
     """With no time left for the next one NotEnoughTokens comes, and nothing is made again meanwhile."""
     world = World(initial=250)
@@ -341,14 +342,45 @@ def test_attempts_end_in_time(timeout: float) -> None:
     assert world.clock.slept <= timeout
 
 
-@pytest.mark.parametrize("library", [httpx, httpx2])
-def test_attempts_wait_as_long_as_a_response_asks(library: Any) -> None:
-    """Settled with the response itself, a `Retry-After: 30` is obeyed: five tries, half a minute apart."""
+@pytest.mark.parametrize(
+    "library, asked, seconds",
+    [
+        (httpx, "30", 30),
+        (httpx2, "30 ", 30),
+        (httpx, "100000", 3600),
+        (httpx, "Sat, 28 Nov 2026 12:00:30 GMT", 30),
+        (httpx, "Sat, 28 Nov 2026 11:00:00 GMT", 0),
+    ],
+)
+def test_attempts_wait_as_long_as_a_response_asks(library: Any, asked: str, seconds: int) -> None:
+    """Settled with the response itself, its `Retry-After` is obeyed, an hour at most: five tries, so far apart."""
     world = World(initial=250)
     world.sync.refresh()
-    at = attempted(world, library.Response(429, content=REFUSING, headers={"Retry-After": "30"}))
+    headers = {"Retry-After": asked, "Date": "Sat, 28 Nov 2026 12:00:00 GMT"}
+    at = attempted(world, library.Response(429, content=REFUSING, headers=headers))
     assert len(at) == TRIES
-    assert all(30 <= after - before <= 31 for before, after in pairwise(at))
+    assert all(seconds <= after - before <= seconds + 1 for before, after in pairwise(at))
+
+
+@pytest.mark.parametrize("asked", ["soon", "", "-5", "Sat, 28 Nov 2026 12:00:30 +99999999999999"])
+def test_a_retry_after_that_can_not_be_read_is_none(asked: str) -> None:
+    """Whatever a server writes there."""
+    assert retry_after({"Retry-After": asked, "Date": "Sat, 28 Nov 2026 12:00:00 GMT"}) is None
+
+
+def test_who_has_no_time_for_what_a_response_asks_is_told_when_there_are_tokens() -> None:
+    """The longer of both waits: for the server's, and for the bucket's own."""
+    world = World(initial=0)
+    attempts = world.sync.attempts(1, timeout=1)
+    with pytest.raises(AcquireTimeout):
+        next(attempts)
+    world.clock.advance(61)
+    attempts = world.sync.attempts(1, timeout=1)
+    body = {"tokensLeft": -100, "refillRate": 5, "refillIn": 1000}
+    next(attempts).settle(cast("Any", httpx.Response(429, json=body, headers={"Retry-After": "5"})))
+    with pytest.raises(AcquireTimeout) as refused:
+        next(attempts)
+    assert refused.value.retry_after > 1000
 
 
 # --- wall clock

@@ -77,12 +77,17 @@ a call that has to wait leaves refusals, pauses, and how long it was kept; one t
     try x 1 -> NotEnoughTokens refusals_total:UNKNOWN=1 refusals_total:EMPTY=1; call 1; pass 600
     call 1 -> pauses_total:EMPTY>=3 wait_seconds_count=1 wait_seconds_bucket:900.0=1 wait_seconds_bucket:60.0=0
     peek -> slept>181 slept<182 wait_seconds_sum>180 wait_seconds_sum<183
+every count of a bucket begins at 0, as Prometheus sees no increase where one comes up at 1: initial=20
+    refresh -> grants_total=0 granted_tokens_total=0 settled_total=0 server_refusals_total=0 probe_failures_total=0
+    peek -> readings_total:stale=0 readings_total:bad=0 drift_tokens_total:less=0 drift_tokens_total:more=0
 a call that nobody settles is counted when its time is over: initial=20
     try a 3; settle a; pass 121; refresh -> holds_ran_out_total=1
 where somebody else spent the tokens the 429 is counted once, and the drift says by how much they are fewer: initial=20
     call 1; outside 50; call 1 -> status=429 server_refusals_total=1 settled_total=2 refusals_total:EMPTY=-
     peek -> metric:drift=-50 metric:balance=-31; pass 1; outside -100; refresh -> metric:drift=100
     peek -> drift_tokens_total:less=50 drift_tokens_total:more=100
+a 429 that comes when the call's hold is long forgotten is counted too: initial=20
+    refresh; try a 3; outside 50; pass 245; answer a 3 -> status=429 server_refusals_total=1 settled_total=0
 a scrape shows the bucket as it is then, though no event has told of it, and takes nothing: initial=-10
     refresh -> bucket_balance=-10; pass 301; peek -> balance=10 bucket_balance=10 bucket_reading_age_seconds=301
     peek -> bucket_capacity=300 bucket_refill_per_minute>4.95 bucket_refill_per_minute<4.96 bucket_up=1

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import http
+import inspect
 import io
 import logging
 import pickle
@@ -19,6 +20,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import MagicMock, Mock, create_autospec
 from urllib.parse import quote
@@ -58,6 +60,7 @@ from keepa_tokens import (
     keepa_quota,
     storage_from_url,
 )
+from keepa_tokens._door import door_of
 from keepa_tokens.guards.celery import LONGEST_COUNTDOWN, TokenTask, _countdown
 from keepa_tokens.guards.httpx import KeepaTransport
 from keepa_tokens.guards.requests import KeepaAdapter
@@ -353,6 +356,17 @@ def test_a_mistake_in_a_url_is_told_at_once(says: str, url: str) -> None:
         assert SECRET[:6] not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [KeepaSync, AsyncKeepaSync])
+def test_from_key_hands_on_what_it_is_given(kind: type[KeepaSync | AsyncKeepaSync]) -> None:
+    """The storage, the clock and the listener are the bucket's, the age of a reading the door's."""
+    storage, clock, events = MemoryStorage(), ManualClock(100.0), list[Event]()
+    made = kind.from_key("key", storage=storage, clock=clock, listener=events.append, probe_interval=7.0)
+    door = door_of(made.bucket)
+    assert (door.storage, door.clock, vars(made)["_probe_after_us"]) == (storage, clock, 7_000_000)
+    door.say(EventKind.PROBE_FAILED, "heard")
+    assert [event.why for event in events] == ["heard"]
+
+
 def test_from_key_takes_what_the_parts_take() -> None:
     """A probe of one's own, the bucket's name, how long a hold lives, where the server is."""
     clock = ManualClock(100.0)
@@ -539,6 +553,8 @@ def test_a_command_that_is_a_mistake_leaves_nothing_to_give_back(tmp_path: Path)
         (lambda: {"tokensLeft": 5}, "dict"),
         (lambda: ("200", None), "tuple"),
         (lambda: ({"tokensLeft": 5}, 200), r"not tuple \(dict, int\)"),
+        (lambda: (200, '{"tokensLeft": 5}'), r"not tuple \(int, str\)"),
+        (lambda: (200, None, "a header"), r"not tuple \(int, NoneType, str\)"),
         (lambda: None, "NoneType"),
     ],
 )
@@ -572,6 +588,39 @@ async def test_an_async_door_says_the_same_of_its_probe(probe: Any, says: str) -
     """One that blocks, one that returns no pair."""
     with pytest.raises(ConfigError, match=says):
         await door_to_nothing(AsyncKeepaSync, probe=probe).try_request(1)
+
+
+def test_a_probe_may_hide_its_arguments() -> None:
+    """Of what is written in C, Python doesn't always know them: it is called with nothing."""
+    hidden = partial(getattr, SimpleNamespace(answer=(200, {"tokensLeft": 5})), "answer")
+    with pytest.raises(ValueError, match="no signature"):
+        inspect.signature(hidden)
+    assert KeepaSync(TokenBucket(keepa_quota()), probe=hidden).refresh().balance == 5
+
+
+@pytest.mark.parametrize("timeout, takes_s", [(None, 0.0), (None, 11.0), (5.0, 0.0)])
+def test_a_probe_that_raises_uses_up_its_claim(timeout: float | None, takes_s: float) -> None:
+    """At once or late: it had the time that a probe needs, so the next caller doesn't probe again at once."""
+    clock, events = ManualClock(100.0), list[Event]()
+
+    def probe() -> tuple[int, None]:
+        clock.advance(takes_s)
+        raise OSError
+
+    door = KeepaSync(TokenBucket(keepa_quota(), clock=clock, listener=events.append), probe=probe)
+    with pytest.raises(NotEnoughTokens):
+        _ = door.try_request(1) if timeout is None else door.request(1, timeout=timeout)
+    with pytest.raises(NotEnoughTokens):
+        door.try_request(1)
+    assert [event.why for event in events if event.kind is EventKind.PROBE_FAILED] == ["the probe raised OSError"]
+
+
+async def test_the_right_to_ask_the_server_is_one_callers() -> None:
+    """Who has no probe may claim it, ask, and observe the answer; nobody else claims it meanwhile."""
+    blocking = KeepaSync(TokenBucket(keepa_quota()))
+    awaited = AsyncKeepaSync(AsyncTokenBucket(keepa_quota()))
+    assert [blocking.claim_probe(), blocking.claim_probe()] == [True, False]
+    assert [await awaited.claim_probe(), await awaited.claim_probe()] == [True, False]
 
 
 @pytest.mark.parametrize("status", [np.int64(200), http.HTTPStatus.OK])
@@ -631,6 +680,14 @@ def test_a_response_is_understood_as_it_is(answer: Any) -> None:
     refused.settle(of_requests(429))
     assert refused.refused
     door.observe(answer)
+
+
+def test_a_response_that_is_observed_brings_its_status_too() -> None:
+    """`observe(response)`: where it is no reading, the event names its status."""
+    events: list[Event] = []
+    answer: Any = httpx.Response(502, content=b"<html>")
+    sync(listener=events.append).observe(answer)
+    assert events[-1].why.startswith("status 502: ")
 
 
 @pytest.mark.parametrize("status", ["429", http.HTTPStatus.TOO_MANY_REQUESTS, np.int64(429), 429])
@@ -721,6 +778,15 @@ def test_a_call_that_is_left_unsettled_is_warned_of() -> None:
     lefts = [event for event in events if event.kind is EventKind.LEFT_UNSETTLED]
     assert [left.tokens for left in lefts] == [4, 4]
     assert "call.settle(" in lefts[0].why
+
+
+async def test_a_call_of_a_coroutine_that_is_left_unsettled_is_warned_of() -> None:
+    """By the end of its block too, not only once it is thrown away."""
+    door = AsyncKeepaSync(AsyncTokenBucket(keepa_quota(initial=10), clock=ManualClock(100.0)))
+    with pytest.warns(ResourceWarning, match=r"a call of 4 tokens was left without settle\(\)"):
+        async with door.request(4) as call:
+            pass
+    assert call.open
 
 
 def in_a_cycle() -> None:

@@ -13,7 +13,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from ._arguments import shown, suspends
 from .quota import told
-from .rules.commands import Acquire, Command, Outcome, Peek, Reserve, Settle, Verdict
+from .rules.commands import Acquire, Command, Outcome, Reserve, Settle, Verdict
 from .rules.decision import Reason
 from .units import one_line, seconds
 
@@ -126,7 +126,7 @@ def events_of(key: str, command: Command, outcome: Outcome) -> list[Event]:
         note(EventKind.READING_TAKEN)
     if outcome.reading is Verdict.STALE:
         note(EventKind.READING_STALE, why="a newer reading was taken already, or nothing tells which is newer")
-    if outcome.probe and not isinstance(command, Peek):
+    if outcome.probe:
         note(EventKind.PROBE_CLAIMED, why=_why_probed(outcome))
     return events
 

@@ -130,7 +130,7 @@ class PrometheusListener:
     def _gauge(self, event: Event, bucket: str) -> None:
         if event.kind in _KNOW_THE_BALANCE:
             self._balance.labels(bucket).set(math.nan if event.balance is None else event.balance)
-        if event.kind is EventKind.READING_TAKEN and event.drift is not None:
+        if event.drift is not None:
             self._drift.labels(bucket).set(event.drift)
 
     def _count(self, event: Event, bucket: str) -> None:

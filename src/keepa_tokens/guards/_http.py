@@ -98,11 +98,11 @@ class Origin:
 
     def meters(self, url: str) -> bool:
         """Return whether a request is paid from the bucket."""
-        return (urlsplit(url).hostname or "").lower() == self.host
+        return urlsplit(url).hostname == self.host
 
     def may_have_key(self, url: str) -> bool:
         parts = urlsplit(url)
-        is_api = parts.scheme.lower() == "https" and (parts.port or HTTPS_PORT) == HTTPS_PORT
+        is_api = parts.scheme == "https" and (parts.port or HTTPS_PORT) == HTTPS_PORT
         return self.meters(url) and (is_api or self._is_loopback)
 
     def key_for(self, url: str) -> str | None:

@@ -120,7 +120,7 @@ class SyncBase(NotCopied, Generic[B, C]):
             # If no caller ever had time for a probe, nobody would learn the balance.
             command = replace(command, scout=True)
         outcome = await steps.apply(command)
-        if outcome.granted or not outcome.probe:
+        if outcome.granted or not outcome.probe or self._probe is None:
             return outcome
         match await probed(steps, self._probe, left_us):
             case Probed.TOLD:
@@ -129,11 +129,11 @@ class SyncBase(NotCopied, Generic[B, C]):
                 if command.ticket is not None:
                     # The call goes, so its ticket leaves the line.
                     await steps.apply(Cancel(command.ticket))
-                return replace(outcome, granted=True, scout=True, reason=Reason.GRANTED, retry_after_us=0)
+                return replace(outcome, granted=True, reason=Reason.GRANTED, retry_after_us=0)
             case Probed.FAILED:
                 return outcome
 
-    async def _observed(self, body: Body, status: int) -> None:
+    async def _observed(self, body: Body, status: int | None) -> None:
         """Take an envelope seen elsewhere, if it is fresh. That of a refusal (429) carries the true balance too."""
         steps, (seen, number) = self._steps(), unpacked(body, status)
         said = await envelope_of(seen, steps.turn)
@@ -183,7 +183,6 @@ class CallBase(HeldBase[object]):
         self.retry_after = retry_after_of(body)
         if answer is None and not self.refused:
             # Nobody knows whether the call was charged: its hold is left to run out.
-            self.consumed, self.told = None, False
             return
         steps, said = self._steps(), Envelope(None)
         if answer is not None:
@@ -194,8 +193,8 @@ class CallBase(HeldBase[object]):
         charged = self.tokens if consumed is None else consumed
         settle = Settle(self.id, charged, said.reading, refused=self.refused, label=self._label)
         outcome = await steps.finish(settle)
-        if outcome.found and self.refused:
-            # The bucket's own event of a settle doesn't say why.
+        if self.refused:
+            # The bucket's own event of a settle doesn't say why, and of a call without a hold there is none.
             self._door.say(EventKind.SETTLED, SERVER_REFUSED)
         self.arrived = outcome.arrived if self.arrived is None else self.arrived
         self.open = False

@@ -59,7 +59,7 @@ def checked_probe(probe: P, *, blocks: bool) -> P:
     return probe
 
 
-async def probed(steps: Steps[object], probe: Callable[..., object] | None, left_us: int) -> Probed:
+async def probed(steps: Steps[object], probe: Callable[..., object], left_us: int) -> Probed:
     """Ask the server and return how that ended. A failure needs no note in the bucket: the claim runs out."""
     limit_us, begun = min(left_us, LONGEST_PROBE_US), steps.door.elapsed_us()
     answer = await _asked(probe, limit_us, blocks=steps.blocks)
@@ -82,10 +82,8 @@ async def probed(steps: Steps[object], probe: Callable[..., object] | None, left
     return Probed.TOLD
 
 
-async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: bool) -> Answer | str:
+async def _asked(probe: Callable[..., object], limit_us: int, *, blocks: bool) -> Answer | str:
     """Ask the server for its balance; return why it failed. blocks: for threads, so nothing is awaited."""
-    if probe is None:
-        return "there is no probe"
     try:
         result = probe(timeout=limit_us / MICROSECONDS) if _takes_timeout(probe) else probe()
         awaited = not blocks and isawaitable(result)
@@ -102,10 +100,10 @@ async def _asked(probe: Callable[..., object] | None, limit_us: int, *, blocks: 
             f"a probe for AsyncKeepaSync must be awaitable, this one returned {type(result).__name__}: one that"
             " blocks goes with KeepaSync"
         )
-    return _answered(result, "KeepaSync" if blocks else "AsyncKeepaSync")
+    return _answered(result)
 
 
-def _answered(result: object, kind: str) -> Answer:
+def _answered(result: object) -> Answer:
     """Return the status and body that a probe returned; ConfigError if it returned anything else."""
     given = type(result).__name__
     if iscoroutine(result):
@@ -117,11 +115,11 @@ def _answered(result: object, kind: str) -> Answer:
             status, body = index(parts[0]), parts[1]
             if status is not None and (body is None or isinstance(body, Mapping)):
                 return status, cast("Mapping[str, object] | None", body)
-    raise ConfigError(f"a probe for {kind} must return (status, parsed body or None), not {given}")
+    raise ConfigError(f"a probe must return (status, parsed body or None), not {given}")
 
 
 def _takes_timeout(probe: object) -> bool:
     try:
         return "timeout" in signature(cast("type", probe)).parameters
-    except (TypeError, ValueError):
+    except ValueError:  # Python doesn't know its arguments
         return False

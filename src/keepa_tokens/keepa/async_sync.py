@@ -89,7 +89,7 @@ class AsyncKeepaSync(SyncBase[AsyncTokenBucket, "AsyncCall"], AsyncClosing):
             if not call.refused:
                 return
 
-    async def observe(self, body: Body, *, status: int = 200) -> None:
+    async def observe(self, body: Body, *, status: int | None = None) -> None:
         """Take an envelope seen elsewhere, if it is fresh; as `KeepaSync.observe`."""
         await self._observed(body, status)
 

@@ -22,7 +22,6 @@ from typing import Final, Generic, Protocol, TypeVar, cast
 from .._plans import Patience, Steps, snapshot_of
 from ..errors import AcquireTimeout
 from ..rules.commands import Peek
-from ..rules.decision import Reason
 from ..units import MICROSECONDS
 
 SERVER_REFUSES: Final = "REFUSED"
@@ -104,17 +103,16 @@ class Attempts(Generic[C]):
             pause_us = left_us  # the bucket then raises, with its own reason
         if pause_us:
             spread_us = pause_us // 2 if last.retry_after is None else MICROSECONDS
-            reason = Reason.EMPTY if wait else SERVER_REFUSES
-            await steps.sleep(pause_us, min(spread_us, left_us - pause_us), reason, alert=False)
+            await steps.sleep(pause_us, min(spread_us, left_us - pause_us), SERVER_REFUSES, alert=False)
         return True
 
     def _pause(self, wait: float, retry_after: float | None) -> float | None:
         """Count a refusal and return the seconds to wait before the bucket is asked again; None: make no other try.
 
         wait: seconds that the bucket, having heard the refusal, would keep the request where it stood; 0 where the
-        answer had no envelope. retry_after: what the server asked for, None if nothing.
+        answer had no envelope, or asked for a time of its own. retry_after: what it asked for, None if nothing.
         """
-        if retry_after is None and wait >= FIRST_PAUSE_S:
+        if wait >= FIRST_PAUSE_S:
             return 0.0
         self._unexplained += 1
         if self._unexplained >= TRIES:
@@ -136,10 +134,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     A `Retry-After` with a date counts from the answer's own `Date`, by the server's clock alone.
     """
     asked = headers.get("Retry-After", "").strip()
-    if asked.isascii() and asked.isdecimal():
+    if asked.isdecimal():
         return float(asked[:9])
     try:
         until, sent = (parsedate_to_datetime(text).timestamp() for text in (asked, headers.get("Date", "")))
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return None
     return max(0.0, until - sent)

@@ -65,11 +65,11 @@ def _products(params: Params) -> int:
 
 
 def _one_product(params: Params) -> int:
-    refreshed = REFRESHED * sum((_on(params, "rating"), _on(params, "historical-variations"), _live(params)))
+    refreshed = REFRESHED * sum((is_on(params, "rating"), is_on(params, "historical-variations"), _live(params)))
     pages = -(-_number(params.get("offers")) // OFFERS_PER_PAGE)
     if pages > 0:
-        return OFFER_PAGE * pages + STOCK * _on(params, "stock") + refreshed
-    return PRODUCT + BUYBOX * _on(params, "buybox") + refreshed
+        return OFFER_PAGE * pages + STOCK * is_on(params, "stock") + refreshed
+    return PRODUCT + BUYBOX * is_on(params, "buybox") + refreshed
 
 
 def _live(params: Params) -> bool:
@@ -81,7 +81,7 @@ def _query(params: Params) -> int:
     selection = _json(params.get("selection"))
     chosen = cast("Params", selection) if isinstance(selection, Mapping) else params
     results = _number(chosen.get("perPage", QUERY_PAGE), unreadable=LARGEST)
-    return QUERY + -(-results // ASINS_PER_QUERY_TOKEN) + QUERY_STATS * _on(params, "stats")
+    return QUERY + -(-results // ASINS_PER_QUERY_TOKEN) + QUERY_STATS * is_on(params, "stats")
 
 
 def _search(params: Params) -> int:
@@ -91,7 +91,7 @@ def _search(params: Params) -> int:
 
 
 def _sellers(params: Params) -> int:
-    storefront = STOREFRONT if _on(params, "storefront") else SELLER
+    storefront = STOREFRONT if is_on(params, "storefront") else SELLER
     return _count(params.get("seller")) * (storefront if params.get("update") is None else COLLECTED)
 
 
@@ -132,7 +132,8 @@ def _count(value: object) -> int:
     return 1
 
 
-def _on(params: Params, name: str) -> bool:
+def is_on(params: Params, name: str) -> bool:
+    """Return whether a parameter is switched on."""
     return str(params.get(name, "")).strip().lower() not in _OFF
 
 

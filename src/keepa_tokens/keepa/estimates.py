@@ -28,13 +28,14 @@ from .._arguments import NotCopied, whole
 from .._interrupts import Lock
 from ..units import LIMIT
 from .costs import estimate as table_estimate
+from .costs import is_on
 
 __all__ = ["Estimator"]
 
 ITEMS: Final = ("asin", "code", "seller")
 """The parameters that list items, each of which has a price."""
 
-SWITCHES: Final = ("buybox", "historical-variations", "page", "rating", "stats", "stock", "storefront")
+SWITCHES: Final = ("buybox", "historical-variations", "rating", "stats", "stock", "storefront")
 """Parameters that change the price by being switched on; their values don't matter otherwise."""
 
 VALUES: Final = ("code-limit", "offers", "type", "update")
@@ -71,8 +72,6 @@ class Estimator(NotCopied):
     def estimate(self, path: str, params: Mapping[str, object]) -> int:
         """Return the tokens to set aside for a call of `path` with `params`; 0 only for calls that are always free."""
         table = self._table(path, params)
-        if table <= 0:
-            return 0
         kind, items = self._kind(path, params, table)
         with self._own_lock():
             known = self._kinds.get(kind)
@@ -90,7 +89,6 @@ class Estimator(NotCopied):
         kind, items = self._kind(path, params, table)
         with self._own_lock():
             known = self._kinds.setdefault(kind, deque(maxlen=self._window))
-            self._kinds.move_to_end(kind)
             known.append((consumed, items))
             if len(self._kinds) > self._most_kinds:
                 self._kinds.popitem(last=False)
@@ -105,7 +103,7 @@ class Estimator(NotCopied):
         """Return the kind of a call, and the number of its items: by how much its price exceeds that of one item."""
         listed = [name for name in ITEMS if params.get(name)]
         each = max(1, self._table(path, {**params, **dict.fromkeys(listed, "1")}))
-        switched = [name for name in SWITCHES if _on(params, name)]
+        switched = [name for name in SWITCHES if is_on(params, name)]
         valued = [f"{name}={_text(params[name])}" for name in VALUES if params.get(name) is not None]
         return (path.strip("/?").lower(), str(each), *listed, *switched, *valued), max(1, table // each)
 
@@ -122,10 +120,5 @@ def _dearest(samples: tuple[Sample, ...], items: int) -> int:
     )
 
 
-def _on(params: Mapping[str, object], name: str) -> bool:
-    # page=0 asks for the first page, though it looks switched off.
-    return params.get(name) is not None and (name == "page" or _text(params[name]) not in {"", "0", "false"})
-
-
 def _text(value: object) -> str:
-    return str(int(value) if isinstance(value, bool) else value).strip().lower()[:20]
+    return str(value).strip().lower()[:20]

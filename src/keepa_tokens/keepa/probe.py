@@ -7,12 +7,14 @@ clients themselves. A probe ends after `timeout` seconds in all, however slowly 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
@@ -136,9 +138,9 @@ class _Deadline:
             stream.start_tls = partial(self._limited, stream.start_tls)
 
     def _limited(self, wait: Callable[..., object], *args: object, **options: object) -> object:
-        timeout = options.pop("timeout", None)
-        left = self._left()
-        return wait(*args, timeout=min(left, timeout) if isinstance(timeout, (int, float)) else left, **options)
+        given = signature(wait).bind(*args, **options)  # with `timeout` by name, by position, or without
+        given.arguments["timeout"] = min(self._left(), given.arguments.get("timeout") or math.inf)
+        return wait(*given.args, **given.kwargs)
 
     def _left(self) -> float:
         left = self._end - time.monotonic()

@@ -111,7 +111,7 @@ class KeepaSync(SyncBase[TokenBucket, "Call"], Closing):
             if not call.refused:
                 return
 
-    def observe(self, body: Body, *, status: int = 200) -> None:
+    def observe(self, body: Body, *, status: int | None = None) -> None:
         """Take an envelope seen elsewhere, if it is fresh. Never raises on a body: a bad one is reported."""
         run(lambda: self._observed(body, status))
 

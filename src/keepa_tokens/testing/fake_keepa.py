@@ -357,16 +357,13 @@ class FakeKeepa:
 
     def probe(self) -> tuple[int, JsonObject | None]:
         """Ask GET /token: the status and the parsed body, None where there is none."""
-        response = self.request("/token", self._own_key())
+        response = self.request("/token", {"key": self.key})
         return response.status, response.body
 
     async def aprobe(self) -> tuple[int, JsonObject | None]:
         """Ask GET /token without blocking the event loop."""
-        response = await self.arequest("/token", self._own_key())
+        response = await self.arequest("/token", {"key": self.key})
         return response.status, response.body
-
-    def _own_key(self) -> dict[str, object]:
-        return {} if self.key is None else {"key": self.key}
 
     def __repr__(self) -> str:
         return f"FakeKeepa(refill_rate={self._rate}, balance={self.balance}, in_flight={self.in_flight})"
