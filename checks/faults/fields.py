@@ -10,7 +10,7 @@ from typing import Final
 from checks.faults.measuring import LOOKS, NOTHING, Cell, Due, Limit, measured, refilled
 from checks.faults.runs import SECOND, START, Kind, Moment, Place, pair, put, run_of
 from keepa_tokens import BucketState, Snapshot
-from keepa_tokens.rules.state import FIELDS, HOLD, LINE
+from keepa_tokens.rules.state import FIELDS, FREE, HOLD, LINE
 
 NEEDED: Final = frozenset({"balance", "refilled_at"})
 """Fields that are never rightly missing."""
@@ -34,8 +34,8 @@ def expected(name: str, fault: str) -> str | None:
     """Return the name that a repair must give, where it is certain; None: by the circumstances."""
     if name.startswith(HOLD):
         return name if fault != "deleted" else None
-    if name == LINE and fault == "empty":
-        return None  # nobody stands there
+    if name in {LINE, FREE} and fault == "empty":
+        return None  # nobody stands there, and nothing is free
     if fault in UNREADABLE:
         return name
     return name if fault == "deleted" and name in NEEDED else None
