@@ -230,7 +230,8 @@ def test_a_reading_that_is_not_lower_ends_the_probe(probed: bool, told: int, kep
 
 
 def test_the_terms_flow_in_steps_or_evenly_in_the_smallest_numbers() -> None:
-    """Steps come whole and leave no remainder; a smooth rate is reduced."""
+    """Steps come whole and leave no remainder; a smooth rate is reduced. A period is to the microsecond."""
+    assert Quota(10, 4, 1 / 3) == Quota(10, 4, 0.333333)
     stepped, smooth = (flow_in_effect(new_state(Quota(10, 4, 2.0, stepped=each), 0), 0) for each in (True, False))
     assert (stepped, smooth) == (Flow(10, 4, 2 * SECOND, True), Flow(10, 1, SECOND // 2, False))
     assert stepped.refilled(1, 0, 5, 3 * SECOND) == (5, 2 * SECOND, 0)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.models.strategies import EPOCH, MINUTE, SECOND, quotas
-from keepa_tokens import AsyncTokenBucket, Clock, Event, EventKind, Quota, TokenBucket
-from keepa_tokens.rules.commands import Acquire, Reserve, Settle
+from keepa_tokens import AsyncTokenBucket, BucketState, Clock, Event, EventKind, Quota, TokenBucket
+from keepa_tokens.rules.commands import Acquire, Peek, Refund, Reserve, Settle
 from keepa_tokens.rules.decision import Reason
 from keepa_tokens.rules.free_places import Free, FreePlace, nearest, with_free, without
 from keepa_tokens.testing import ManualClock, virtual_loop
@@ -80,6 +80,7 @@ THREE: Final = Quota(3, 1, 1.0)
 TEN: Final = Quota(10, 1, 1.0)
 HUNDRED: Final = Quota(100, 1, 1.0)
 FAST: Final = Quota(20, 10, 1.0)
+OVER: Final = Quota(10, 1, 1.0, overdraft=5)
 
 STORIES: Final = """
 # With keep, with a recharge, beside a server, without patience, without refill.
@@ -96,7 +97,11 @@ a free place serves those who fit in, the nearest first, and stays free for what
 # Who has a keep, doesn't wait, or not so long; and in the end it is too late.
 a free place serves nobody who would get no place: TEN
     0 take 10, take 4 wait=99s -> place=4s, take 9 wait=99s -> place=13s, back r 4 4s
-    0 take 1 (keep=1 wait=99s|wait=-|wait=4s-1) -> EMPTY in=(15s|14s|14s) balance=-13; 4s take 1 wait=99s -> place=10s
+    0 take 1 (keep=1 wait=99s|wait=-|wait=4s-1) -> EMPTY in=(15s|14s|14s) balance=-13
+    4s take 1 wait=99s -> place=10s
+with an overdraft a free place may be for more than the capacity: OVER
+    0 take 15, take 15 wait=99s -> place=15s, take 15 wait=99s -> place=30s
+    0 back r 15 15s, take 15 wait=99s -> place=15s
 nor who gets one sooner: TEN
     0 take 10, take 1 wait=99s, take 9 wait=99s -> place=10s, take 1 wait=99s -> place=11s
     0 back r 9 10s -> balance=-3, take 1 wait=99s -> place=4s
@@ -188,6 +193,28 @@ def test_what_a_caller_leaves_of_a_free_place_is_free() -> None:
     for at in (*range(300, 0, -2), *range(1, 300, 2)):
         many = with_free(many, FreePlace(at, 1))
     assert [each.at for each in many] == list(range(45, 301))
+
+
+def test_a_free_place_is_stored_until_its_instant() -> None:
+    """Only of a place that is still ahead; once its time has come a look stores that it is gone."""
+    bucket = Direct(TEN)
+    for tokens in (10, 4, 9):
+        placed(bucket, tokens, EPOCH)
+    bucket.apply(Refund("r", 4, EPOCH + 4 * SECOND), EPOCH)
+    bucket.apply(Refund("s", 1, EPOCH), EPOCH)
+    assert bucket.stored.free == (FreePlace(EPOCH + 4 * SECOND, 4),)
+    bucket.apply(Peek(), EPOCH + 4 * SECOND)
+    assert bucket.stored.free == ()
+
+
+@pytest.mark.parametrize("at, stays", [(1_000_000, False), (999_999, True)])
+def test_an_instant_may_be_a_microsecond_before_the_one_that_is_worked_out(*, at: int, stays: bool) -> None:
+    """Three tokens a second: of the last place, given up, the one before it comes out a microsecond late."""
+    own, free = EPOCH + 1_333_334, FreePlace(EPOCH + at, 1)
+    bucket = Direct(Quota(10, 3, 1.0))
+    bucket.put(BucketState(balance=-4, refilled_at=EPOCH, quota=bucket.quota, last_place=own, free=(free,)))
+    bucket.apply(Refund("r", 1, own), EPOCH)
+    assert bucket.stored.free == ((free,) if stays else ())
 
 
 # --- through the doors

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from checks.models.strategies import commands, gaps, instants, quotas
 from keepa_tokens import BucketState, ConfigError, Hold, Quota
 from keepa_tokens.rules.commands import Acquire
+from keepa_tokens.rules.free_places import FreePlace
 from keepa_tokens.rules.line import Ticket
 from keepa_tokens.rules.repair import repair
 from keepa_tokens.rules.state import FORMAT, NEWEST_FORMAT, FastTerms, SoundState
@@ -334,6 +335,7 @@ WHOLE: Final = BucketState(
     fast=FastTerms(9, 10, 3, 2_000_000, 1),
     holds={"a": Hold(2, 1, 9, 5), "b c": Hold(2, 1, 9, 5, charged=3, label="a task%")},
     line=(Ticket("x y", 1, 0, 2, 9), Ticket("z", 4, 5, 6, 7)),
+    free=(FreePlace(8, 1), FreePlace(9, 4)),
 )
 
 
@@ -346,6 +348,7 @@ def test_a_state_is_plain_texts_and_comes_back_from_them() -> None:
         "quota": "10 3 333333 0 0 5 -2 0",
         "fast": "9 10 3 2000000 1",
         "line": "x%20y:1:0:2:9 z:4:5:6:7",
+        "free": "8:1 9:4",
         "hold:a": "2 1 9 5 0",
         "hold:b c": "2 1 9 5 3 a%20task%25",
     }
@@ -398,6 +401,32 @@ def test_what_is_numbered_beyond_the_sequence_is_numbered_by_it(sequence: int, c
 def test_a_line_that_is_none_is_dropped() -> None:
     """From a storage that keeps something else there, one that can be iterated over too."""
     assert repair(PLAIN, stored(line=cast("tuple[Ticket, ...]", [Ticket("t", 1, 0, 0, NOW)])), NOW)[0].line == []
+
+
+FURTHEST: Final = NOW + 660_000_000 + TOLERANCE_US
+
+
+@pytest.mark.parametrize(
+    "quota, free, left",
+    [
+        (PLAIN, [(1, 1), (FURTHEST, 10)], [(1, 1), (FURTHEST, 10)]),
+        (replace(PLAIN, overdraft=5), [(NOW, 15), (NOW, 16)], [(NOW, 15)]),
+        (PLAIN, [(NOW, 0), (NOW, 1), (FURTHEST + 1, 1), (NOW, 11)], [(NOW, 1)]),
+        (PLAIN, [(9, 1), (8, 1)], [(8, 1), (9, 1)]),
+        (PLAIN, [(at, 1) for at in range(1, 258)], [(at, 1) for at in range(1, 257)]),
+        (PLAIN, None, []),
+        (SYNCED, [(NOW, 1)], []),
+        (replace(PLAIN, recharge_to=5), [(NOW, 1)], []),
+    ],
+)
+def test_free_places_are_such_as_somebody_could_have_given_up(
+    quota: Quota, free: list[tuple[int, int]] | None, left: list[tuple[int, int]]
+) -> None:
+    """Not too far ahead, for no more than one caller can ask for, in order, 256 at most, where there are places."""
+    places: Any = 7 if free is None else tuple(FreePlace(*each) for each in free)
+    sound, mended = repair(quota, stored(free=places, held=0, open=0, sequence=1), NOW)
+    assert sound.free == tuple(FreePlace(*each) for each in left)
+    assert mended == (() if free == left else ("free",))
 
 
 def test_a_stretch_that_nothing_could_count_leaves_the_flow_of_the_terms() -> None:

@@ -372,12 +372,11 @@ class Reference(Lapse):
         self.remember(name, Held(0, now, REFUNDS_KEPT_US, charged=True))
         last = self.last_place
         came = self.take_back(tokens, own, now)
-        if self.quota.recharge_to is None and now < own < last:
+        if self.quota.recharge_to is None and now < own <= last:
             # Behind it others wait: whoever fits in may have it.
             kept = min(tokens - came, self.capacity + self.quota.overdraft)
             self.free = tuple(sorted([*self.free, *([(own, kept)] if kept else [])])[-MOST_FREE:])
-        elif now < own == last:
-            while self.free and self.free[-1][0] >= self.last_place - 1:
+            while own == last and self.free and self.free[-1][0] >= self.last_place - 1:
                 at, kept = self.free[-1]
                 self.free = self.free[:-1]
                 self.take_back(kept, max(at, self.last_place), now)

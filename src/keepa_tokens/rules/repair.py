@@ -294,7 +294,7 @@ class _Mender:
         # No place is for more than the capacity and the debt that it may leave.
         most = flow.capacity + sound.quota.overdraft if has_places(sound.quota) else 0
         places = self.stored.free if isinstance(cast("object", self.stored.free), tuple) else ()
-        kept = (each for each in places[:MOST_FREE] if 0 < each.tokens <= most and 0 <= each.at <= furthest)
+        kept = (each for each in places[:MOST_FREE] if 0 < each.tokens <= most and each.at <= furthest)
         sound.free = tuple(sorted(kept))
         if sound.free != self.stored.free:
             self.note("free")

@@ -366,7 +366,7 @@ class _Step(Telling):
         self._close_for(command.tokens, command.keep)
         s = self.s
         reason, at = self._judge(command.tokens, command.keep, command.ticket)
-        free = nearest(s.free, command.tokens, at) if reason is Reason.EMPTY else None
+        free = nearest(s.free, command.tokens, at)
         if free is not None and self._has_place(reason, free.at, command):
             s.free, self.changed = without(s.free, free, command.tokens), True
             self._leave(command.ticket)
@@ -535,12 +535,12 @@ class _Step(Telling):
 
     def _give_back(self, tokens: int, own: int) -> None:
         """Give back the tokens of the place `own`; what doesn't come back stays with it, for others."""
-        s, before, last = self.s, self.s.balance, self.s.last_place
+        s, before, last = self.s, self.s.balance or 0, self.s.last_place
         self._correct(tokens, own)
-        if before is None or s.balance is None or not (has_places(s.quota) and self.now < own <= last):
+        if not (has_places(s.quota) and self.now < own <= last):
             return
-        kept = min(tokens - (s.balance - before), self.flow.capacity + s.quota.overdraft)
-        if own < last and kept:
+        kept = min(tokens - ((s.balance or 0) - before), self.flow.capacity + s.quota.overdraft)
+        if kept:
             s.free, self.changed = with_free(s.free, FreePlace(own, kept)), True
         # The last one was given up, and nobody is left behind those right before it: they come back, too.
         while own == last and s.free and s.free[-1].at + 1 >= s.last_place:
