@@ -202,6 +202,7 @@ def test_a_free_place_is_stored_until_its_instant() -> None:
         placed(bucket, tokens, EPOCH)
     bucket.apply(Refund("r", 4, EPOCH + 4 * SECOND), EPOCH)
     bucket.apply(Refund("s", 1, EPOCH), EPOCH)
+    bucket.apply(Refund("t", 0, EPOCH + 4 * SECOND), EPOCH)
     assert bucket.stored.free == (FreePlace(EPOCH + 4 * SECOND, 4),)
     bucket.apply(Peek(), EPOCH + 4 * SECOND)
     assert bucket.stored.free == ()

@@ -285,7 +285,9 @@ def damaged_states(draw: st.DrawFn, quota: Quota, now: int) -> BucketState:
         st.just(state.line)
         | st.lists(st.builds(Ticket, ids, costs | numbers, keeps | numbers, numbers, far), max_size=3).map(tuple)
     )
-    spoilt["free"] = draw(nonsense | st.just(state.free) | st.lists(st.builds(FreePlace, far, numbers), max_size=3).map(tuple))
+    spoilt["free"] = draw(
+        nonsense | st.just(state.free) | st.lists(st.builds(FreePlace, far, numbers), max_size=3).map(tuple)
+    )
     return with_fields(state, spoilt)
 
 

@@ -535,11 +535,11 @@ class _Step(Telling):
 
     def _give_back(self, tokens: int, own: int) -> None:
         """Give back the tokens of the place `own`; what doesn't come back stays with it, for others."""
-        s, before, last = self.s, self.s.balance or 0, self.s.last_place
-        self._correct(tokens, own)
+        s, last = self.s, self.s.last_place
+        came = self._correct(tokens, own)
         if not (has_places(s.quota) and self.now < own <= last):
             return
-        kept = min(tokens - ((s.balance or 0) - before), self.flow.capacity + s.quota.overdraft)
+        kept = min(tokens - came, self.flow.capacity + s.quota.overdraft)
         if kept:
             s.free, self.changed = with_free(s.free, FreePlace(own, kept)), True
         # The last one was given up, and nobody is left behind those right before it: they come back, too.
@@ -548,18 +548,20 @@ class _Step(Telling):
             s.free = tuple(others)
             self._correct(free.tokens, max(free.at, s.last_place))
 
-    def _correct(self, by: int, own: int = 0) -> None:
-        """Give back `by` tokens by rule 6, up to capacity; if `by` is below 0, take them from the balance."""
+    def _correct(self, by: int, own: int = 0) -> int:
+        """Give back `by` tokens by rule 6, up to capacity, or take them if that is below 0; return what it came to."""
         s = self.s
         if s.balance is None or by == 0:
-            return
+            return 0
+        before = s.balance
         if by < 0:
-            s.balance = saturated(s.balance + by)
-            return
-        numbers = fast_path.Numbers(*numbers_of(s, self.flow))
-        fast_path.give_back(numbers, self.now, by, own)
-        s.balance, s.carry = numbers.balance, numbers.carry
-        s.last_place, s.firm_place = numbers.last_place, numbers.firm_place
+            s.balance = saturated(before + by)
+        else:
+            numbers = fast_path.Numbers(*numbers_of(s, self.flow))
+            fast_path.give_back(numbers, self.now, by, own)
+            s.balance, s.carry = numbers.balance, numbers.carry
+            s.last_place, s.firm_place = numbers.last_place, numbers.firm_place
+        return s.balance - before
 
     # 7: readings
 
