@@ -69,9 +69,10 @@ class TokenBucket(BucketBase[Storage], Closing):
         """Take `tokens`, waiting for them up to `timeout` seconds (None: as long as it takes).
 
         On a plain bucket without recharge, at keep 0, they are taken at once and the caller sleeps until its place
-        comes: first come, first served. Elsewhere it waits in line. Interrupted, it gives them back. Raises
-        AcquireTimeout, nothing taken, as soon as it is clear that the wait is endless or longer than `timeout`, mostly
-        at once; CostTooLarge, TypeError and ConfigError as `try_acquire`.
+        comes: first come, first served, but a place that was given up goes to the next one who fits in. Elsewhere it
+        waits in line. Interrupted, it gives them back. Raises AcquireTimeout, nothing taken, as soon as it is clear
+        that the wait is endless or longer than `timeout`, mostly at once; CostTooLarge, TypeError and ConfigError as
+        `try_acquire`.
         """
         patience_us = None if timeout is None else timeout_us(timeout)
         try:
