@@ -208,6 +208,18 @@ def test_a_free_place_is_stored_until_its_instant() -> None:
     assert bucket.stored.free == ()
 
 
+def test_whoever_shares_a_free_place_is_not_passed_over() -> None:
+    """Of the three tokens of a free place one is taken: when the last place is given up, that caller is the last."""
+    bucket = Direct(TEN)
+    for tokens in (10, 3, 8):
+        placed(bucket, tokens, EPOCH)
+    bucket.apply(Refund("r", 3, EPOCH + 3 * SECOND), EPOCH)
+    assert placed(bucket, 1, EPOCH) == EPOCH + 3 * SECOND
+    bucket.apply(Refund("s", 8, EPOCH + 11 * SECOND), EPOCH)
+    assert (bucket.stored.balance, bucket.stored.free) == (-1, ())
+    assert bucket.stored.last_place == EPOCH + 3 * SECOND
+
+
 @pytest.mark.parametrize("at, stays", [(1_000_000, False), (999_999, True)])
 def test_an_instant_may_be_a_microsecond_before_the_one_that_is_worked_out(*, at: int, stays: bool) -> None:
     """Three tokens a second: of the last place, given up, the one before it comes out a microsecond late."""

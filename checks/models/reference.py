@@ -387,6 +387,9 @@ class Reference(Lapse):
         """Let somebody have a free place: the tokens went out when it was told first."""
         which = next(n for n, (when, most) in enumerate(self.free) if when == at and most >= tokens)
         left = (at, self.free[which][1] - tokens)
+        if left[1]:
+            # Of two at one instant either may be given up as the last one.
+            self.firm_place = max(self.firm_place, at)
         others = self.free[:which] + self.free[which + 1 :]
         self.free, self.touched = tuple(sorted([*others, *([left] if left[1] else [])])), True
 

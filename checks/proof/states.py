@@ -127,7 +127,7 @@ def held(state: BucketState) -> int:
 def potential(state: BucketState, now: int, flow: Flow, *, synced: bool) -> int:
     """Return what there is to spend, in token microseconds at a flow's rate; an unknown balance counts as 0."""
     running = max(0, now - (state.refilled_at or 0)) * flow.refill if state.balance is not None else 0
-    available = (state.balance or 0) - (held(state) if synced else 0)
+    available = (state.balance or 0) - (held(state) if synced else 0) + sum(place.tokens for place in state.free)
     return available * flow.period_us + (state.carry or 0) + running
 
 

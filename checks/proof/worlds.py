@@ -4,11 +4,12 @@ A world is explored breadth first. Times are kept relative to now and sequence n
 states are finitely many; all of them are visited. What is checked:
 
 - safety, on every step, as a potential. What is there to spend, in token microseconds, is available * period, the
-  remainder, and what the running period has earned; available is the balance, on a synced bucket less what is held. No
-  step may end with more of it, and of what it granted net, than it began with and the clock's way forward brings; no
-  grant may end below the overdraft. Summed over the steps: net granted <= start + refill + overdraft. A reading begins
-  a new account. A fault adds what it forgives: a lost balance its debt, a synced bucket's lost hold its tokens; a lost
-  timestamp, remainder or place nothing. Under terms that take turns time is counted at the fastest of their rates.
+  remainder, and what the running period has earned; available is the balance, with the tokens of places that are free,
+  on a synced bucket less what is held. No step may end with more of it, and of what it granted net, than it began with
+  and the clock's way forward brings; no grant may end below the overdraft. Summed over the steps: net granted <= start
+  + refill + overdraft. A reading begins a new account. A fault adds what it forgives: a lost balance its debt, a synced
+  bucket's lost hold its tokens; a lost timestamp, remainder or place nothing. Under terms that take turns time is
+  counted at the fastest of their rates.
 - liveness, in every state: `peek` states a bound, and an attempt at the bound is granted or told to probe, also if
   another attempt failed half-way there.
 - under terms that take turns: no refused attempts, by whoever and at whatever pace, go round in a circle, and none go
@@ -101,6 +102,10 @@ def reached(
         yield key_of(node), then
 
 
+MOST_FREE: Final = 2
+"""No place is given up where so many are free already: nobody looks at more than one and the next."""
+
+
 @dataclass(frozen=True)
 class Alone:
     """A bucket of two workers with a hold each; a synced one is told what no real server would say, in any order.
@@ -144,7 +149,8 @@ class Alone:
         if self.waits:
             yield Acquire(1, wait_us=2 * self.unit)
             yield Refund(REFUND, 1)
-            yield Refund(REFUND, 1, now + self.unit)
+            if len(state.free) < MOST_FREE:
+                yield Refund(REFUND, 1, now + self.unit)
         for worker in self.workers:
             if worker not in state.holds:
                 yield Reserve(worker, 2, self.hold_for)

@@ -369,6 +369,9 @@ class _Step(Telling):
         free = nearest(s.free, command.tokens, at)
         if free is not None and self._has_place(reason, free.at, command):
             s.free, self.changed = without(s.free, free, command.tokens), True
+            if free.tokens > command.tokens:
+                # Others may share this instant with it: if one of them is given up, somebody may still be here.
+                s.firm_place = max(s.firm_place, free.at)
             self._leave(command.ticket)
             return Outcome(granted=True, place_us=free.at - self.now)
         if not (reason is Reason.GRANTED or self._has_place(reason, at, command)):
