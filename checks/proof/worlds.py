@@ -102,19 +102,15 @@ def reached(
         yield key_of(node), then
 
 
-MOST_FREE: Final = 2
-"""No place is given up where so many are free already: nobody looks at more than one and the next."""
-
-
 @dataclass(frozen=True)
 class Alone:
     """A bucket of two workers with a hold each; a synced one is told what no real server would say, in any order.
 
     Steps come so many units after the one before, or on a clock that stepped back. The unit is the tolerance of
-    clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place, and give one back.
-    pauses: somebody may pause it. in_line: two callers may stand in line, one of them to leave tokens for others.
-    probe_after_us: None, nobody claims the probe. in_order: each reading is newer than the last one. oldest: past
-    instants count as at most this old.
+    clocks, 5 s, so that what a repair moves stays on the grid. waits: workers may queue for a place, and give one back;
+    one that is ahead only where fewer than `most_free` are free. pauses: somebody may pause it. in_line: two callers
+    may stand in line, one of them to leave tokens for others. probe_after_us: None, nobody claims the probe. in_order:
+    each reading is newer than the last one. oldest: past instants count as at most this old.
     """
 
     name: str
@@ -124,6 +120,7 @@ class Alone:
     after: tuple[int, ...] = (0, 1, 5, -1, -2)
     damage: bool = True
     waits: bool = False
+    most_free: int = 2
     pauses: bool = False
     in_line: bool = False
     hold_for: int = 2 * TOLERANCE_US
@@ -149,7 +146,7 @@ class Alone:
         if self.waits:
             yield Acquire(1, wait_us=2 * self.unit)
             yield Refund(REFUND, 1)
-            if len(state.free) < MOST_FREE:
+            if len(state.free) < self.most_free:
                 yield Refund(REFUND, 1, now + self.unit)
         for worker in self.workers:
             if worker not in state.holds:
@@ -578,7 +575,7 @@ ONE_CALLER: Final = replace(SLOW_ALONE, workers=("a",), damage=False, hold_for=H
 ALONE: Final = (
     Alone("plain, smooth", PLAIN),
     Alone("plain, stepped, capacity 4", Quota(4, 2, 10.0, stepped=True)),
-    Alone("plain, with places", PLAIN, workers=(), waits=True),
+    Alone("plain, with places", PLAIN, workers=(), waits=True, most_free=0),
     Alone(
         "plain, overdraft 1, with a hold and places",
         Quota(3, 1, 10.0, overdraft=1),
