@@ -205,7 +205,7 @@ def test_a_free_place_is_stored_until_its_instant() -> None:
     bucket.apply(Refund("t", 0, EPOCH + 4 * SECOND), EPOCH)
     assert bucket.stored.free == (FreePlace(EPOCH + 4 * SECOND, 4),)
     bucket.apply(Peek(), EPOCH + 4 * SECOND)
-    assert bucket.stored.free == ()
+    assert not bucket.stored.free
 
 
 def test_whoever_shares_a_free_place_is_not_passed_over() -> None:

@@ -375,7 +375,8 @@ class Reference(Lapse):
         if self.quota.recharge_to is None and now < own <= last:
             # Behind it others wait: whoever fits in may have it.
             kept = min(tokens - came, self.capacity + self.quota.overdraft)
-            self.free = tuple(sorted([*self.free, *([(own, kept)] if kept else [])])[-MOST_FREE:])
+            freed = [(own, kept)] if kept else []
+            self.free = tuple(sorted([*self.free, *freed])[-MOST_FREE:])
             while own == last and self.free and self.free[-1][0] >= self.last_place - 1:
                 at, kept = self.free[-1]
                 self.free = self.free[:-1]
@@ -391,7 +392,7 @@ class Reference(Lapse):
             # Of two at one instant either may be given up as the last one.
             self.firm_place = max(self.firm_place, at)
         others = self.free[:which] + self.free[which + 1 :]
-        self.free, self.touched = tuple(sorted([*others, *([left] if left[1] else [])])), True
+        self.free, self.touched = tuple(sorted([*others, left] if left[1] else others)), True
 
     def wait(self, tokens: int, at: int, now: int) -> None:
         """Note who waits until when, and the most that there is beside what is left after the last one."""
