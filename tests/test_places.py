@@ -208,16 +208,19 @@ def test_a_free_place_is_stored_until_its_instant() -> None:
     assert not bucket.stored.free
 
 
-def test_whoever_shares_a_free_place_is_not_passed_over() -> None:
-    """Of the three tokens of a free place one is taken: when the last place is given up, that caller is the last."""
+@pytest.mark.parametrize("tokens, last", [(1, EPOCH + 3 * SECOND), (3, EPOCH)])
+def test_whoever_shares_a_free_place_is_not_passed_over(tokens: int, last: int) -> None:
+    """Of its three tokens one is taken: others may have had the rest, so it stays the last; taken whole it goes."""
     bucket = Direct(TEN)
-    for tokens in (10, 3, 8):
-        placed(bucket, tokens, EPOCH)
+    for each in (10, 3, 8):
+        placed(bucket, each, EPOCH)
     bucket.apply(Refund("r", 3, EPOCH + 3 * SECOND), EPOCH)
-    assert placed(bucket, 1, EPOCH) == EPOCH + 3 * SECOND
+    assert placed(bucket, tokens, EPOCH) == EPOCH + 3 * SECOND
     bucket.apply(Refund("s", 8, EPOCH + 11 * SECOND), EPOCH)
-    assert (bucket.stored.balance, bucket.stored.free) == (-1, ())
+    assert (bucket.stored.balance, bucket.stored.free) == (-tokens, ())
     assert bucket.stored.last_place == EPOCH + 3 * SECOND
+    bucket.apply(Refund("t", tokens, EPOCH + 3 * SECOND), EPOCH)
+    assert bucket.stored.last_place == last
 
 
 @pytest.mark.parametrize("at, stays", [(1_000_000, False), (999_999, True)])
