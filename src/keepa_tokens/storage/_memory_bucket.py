@@ -66,8 +66,10 @@ _WRITTEN: Final = (
 """What a step on the fast path may write of a bucket, beside one of its holds."""
 _written: Final = attrgetter(*_WRITTEN)
 _fields_of: Final = attrgetter(*(each.name for each in fields(SoundState)))
-_unusual_of: Final = attrgetter(*(each.name for each in fields(SoundState) if not hasattr(Bucket, each.name)))
-"""The fields of a state that only its `rest` keeps."""
+_unusual_of: Final = attrgetter(
+    *(each.name for each in fields(SoundState) if not hasattr(Bucket, each.name) and each.name != "partial")
+)
+"""The fields of a state that only its `rest` keeps; in memory none is partial."""
 _NOTHING_UNUSUAL: Final = _unusual_of(SoundState(Quota(1, 1, 1.0), 0))
 
 
