@@ -58,9 +58,9 @@ class Steps(Generic[S_co]):
 
     request: the last command that takes tokens. outcome: its outcome; None: nobody knows it yet. claimed: the end of
     the claim on the probe that the call was given. woken: it was woken the last time that it slept, because tokens came
-    back. sent: the command under way. answer: the storage's answer to it, put here at
-    once, where no signal strikes in between; `outcome` and `claimed` follow. unsure: the storage may have carried the
-    request out although its answer is lost.
+    back. sent: the command under way. answer: the storage's answer to it, put here at once, where no signal strikes in
+    between; `outcome` and `claimed` follow. unsure: the storage may have carried the request out although its answer is
+    lost.
     """
 
     __slots__ = ("_rank", "answer", "claimed", "door", "outcome", "request", "sent", "unsure", "woken")

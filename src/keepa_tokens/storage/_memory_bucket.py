@@ -198,7 +198,9 @@ def _settle(bucket: Bucket, hold_id: str, actual: int | None, now: int) -> bool:
 
 
 def _refund(bucket: Bucket, command: Refund, now: int) -> bool:
-    if command.id in bucket.holds or not fast_path.refund(bucket, now, command.tokens, command.own_us or 0):
+    if command.id in bucket.holds:
+        return False
+    if not fast_path.refund(bucket, now, command.tokens, command.own_us or 0):
         return False
     bucket.sequence += 1
     hold = Hold(0, bucket.sequence, now, REFUND_MEMORY_US, bucket.sequence)
